@@ -82,7 +82,7 @@ def test_sched_imports_the_standard_library_numpy_and_scipy_only() -> None:
         module.name
         for module in pkgutil.walk_packages(jserve_sched.__path__, "jserve_sched.")
     ]
-    assert "jserve_sched.policies.fcfs" in names
+    assert "jserve_sched.policies.in_order" in names
     code = (
         "import importlib, sys\n"
         f"for name in {names!r}: importlib.import_module(name)\n"

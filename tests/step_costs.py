@@ -10,8 +10,7 @@ import numpy as np
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.memory.waiting import WaitingQueue
-from jserve_sched.planning.latency_source import LatencySource
-from jserve_sched.planning.view import SchedulerView
+from jserve_sched.planning.view import LatencySource, SchedulerView
 from jserve_sched.policies.registry import make_policy
 from jserve_sched.requests.request import Request
 from jserve_sched.scheduler import Scheduler
@@ -106,8 +105,8 @@ class FixedLatency(LatencySource):
     def __init__(self, latency: RequestLatency):
         self.latency = latency
 
-    def at(self, *args: Any, **kwargs: Any) -> RequestLatency:
-        del args, kwargs
+    def at(self, view: SchedulerView) -> RequestLatency:
+        del view
         return self.latency
 
 

@@ -6,15 +6,16 @@ queue       it waits behind those that can be, which is what policies do by them
 refuse      it ends, and its client learns when to come back
 degrade     it is served as best effort
 
-A request is *committed* when its prompt begins, or when its slack has fallen to `delta`
-times its work. Until then it may be given up for others: of all prompts, the largest
-set that can be in time is found as policies do, by Moore's algorithm, in which those
-committed are kept. What is not in the set is held back while there is hope that others
-end early, and is refused or degraded once it has none.
+A request is *committed* when its prompt begins, or when its slack has fallen to its
+work. Until then it may be given up for others: of all prompts, the largest set that can
+be in time is found as policies do, by Moore's algorithm, in which those committed are
+kept. What is not in the set is held back while there is hope that others end early, and
+is refused or degraded once it has none.
 
-Simulated at twice the capacity (2026-11-30, five workloads of jserve), a delta of
-0, 0.25, 0.5 or 1 attained equally many, so it is 1: clients hear soonest. To commit on
-arrival attained 34 % of the requests less on `tight`, and 11 % less on `heavy_tail`.
+Simulated at twice the capacity (2026-11-30, five workloads of jserve), committing at 0,
+0.25, 0.5 or 1 times the work attained equally many, so it is 1: clients hear soonest.
+To commit on arrival attained 34 % of the requests less on `tight`, and 11 % less on
+`heavy_tail`.
 """
 
 import collections
@@ -31,7 +32,6 @@ from jserve_sched.policies.ontime.work import added_s, room_s, scale_of
 from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import FinishReason, Request
-from jserve_sched.steps.plan import Row
 
 _NUM_RECENT = 64  # requests that say how many begin in a second
 _SHARE = 0.1  # of these that clients who come back may take
@@ -132,14 +132,12 @@ class Admission:
     """Applies the rules of the requests' classes; see the module.
 
     Attributes:
-      delta: A request is committed when its slack falls to this share of its work.
       returns: When clients that are refused should come back.
       is_needed: Whether a request has come that may be refused, degraded or ended.
       has_tiers: Whether one has come whose priority is not 0.
     """
 
-    def __init__(self, delta: float = 1.0):
-        self.delta = delta
+    def __init__(self) -> None:
         self.returns = ReturnTimes()
         self.is_needed = self.has_tiers = False
 
@@ -152,12 +150,9 @@ class Admission:
         """Decides on all waiting requests."""
         # The time left of each prompt, and the work that it brings.
         facts = facts_of(view.begun).before(view.queue.facts)
-        begun = set(view.begun)
-        decodes = [one for one in view.running if one not in begun]
-        rows = [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes]
-        steps = StepPrices(view, rows)
+        steps = StepPrices(view)
         scale = scale_of(view, steps)
-        step_s = usual_step_s(decodes, least_s=scale.least_s, most_s=scale.full_s)
+        step_s = usual_step_s(view.decodes, least_s=scale.least_s, most_s=scale.full_s)
         within_s = scale.edges_s[scale.edges_s <= step_s]  # a step ends on an edge
         step_s = max(float(within_s.max(initial=0.0)), scale.first_s)
         due, more_steps = due_s(facts, step_s)
@@ -181,7 +176,7 @@ class Admission:
         free_s[lost | np.isinf(left_s)] = np.inf
         kept = [one.is_committed and one.admission != "queue" for one in facts.requests]
         late = lost | surplus(free_s, work_s, np.array(kept))
-        is_last = left_s - alone_s <= self.delta * alone_s
+        is_last = left_s - alone_s <= alone_s
 
         # Those late even if they came to an empty queue, in the middle of a step.
         whole_s = due - facts.arrival_s - step_s / 2
@@ -192,7 +187,7 @@ class Admission:
         # What becomes of each request.
         held, degraded, ended = set(), [], []
         is_stuck = not view.running and self.returns.is_stuck(view.now_s)
-        for place in range(len(begun), len(kept)):
+        for place in range(len(view.begun), len(kept)):
             one = facts.requests[place]
             if one.is_committed:
                 continue

@@ -21,11 +21,10 @@ from jserve_sched.memory.ledger import KvLedger, chain_hashes
 from jserve_sched.memory.slots import Holders
 from jserve_sched.memory.waiting import WaitingQueue
 from jserve_sched.planning.forecast import Forecaster
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.planning.queue_pass import QueuePass, Turns
 from jserve_sched.planning.recent_load import RecentLoad
 from jserve_sched.planning.step_prices import StepPrices
-from jserve_sched.planning.view import SchedulerView
+from jserve_sched.planning.view import LatencySource, SchedulerView
 from jserve_sched.policies.base import Policy, order_of
 from jserve_sched.requests.facts import Facts
 from jserve_sched.requests.forecast import Forecast

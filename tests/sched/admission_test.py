@@ -33,7 +33,7 @@ def prompt(ttft_s: float, **fields):
     return make_request(16, 1, slo=Slo(ttft_s=ttft_s), **fields)
 
 
-def review(*waiting, now_s=0.0, delta=0.0, least_s=0.0):
+def review(*waiting, now_s=0.0, least_s=0.0):
     view = make_view(
         SMALL_TABLE,
         Staircase(lambda blocks: least_s + blocks / 4),
@@ -41,13 +41,15 @@ def review(*waiting, now_s=0.0, delta=0.0, least_s=0.0):
         waiting=waiting,
         now_s=now_s,
     )
-    return Admission(delta).review(view)
+    return Admission().review(view)
 
 
 def test_what_finds_no_room_is_held_while_there_is_hope() -> None:
+    hopeful = [prompt(2.6, admission="refuse") for _ in range(3)]
+    found = review(*hopeful)
+    assert len(found.held) == 1 and not found.ended
     first, second = (prompt(1.6, admission="refuse") for _ in range(2))
-    assert review(first, second).held in ({first}, {second})
-    (ended,) = review(first, second, delta=1.0).ended
+    (ended,) = review(first, second).ended
     assert ended[1] is FinishReason.REFUSED
     assert first.is_committed + second.is_committed == 1
 
@@ -55,7 +57,7 @@ def test_what_finds_no_room_is_held_while_there_is_hope() -> None:
 def test_what_is_committed_is_kept_and_others_make_room() -> None:
     kept, new = prompt(1.6, admission="refuse"), prompt(1.1, admission="refuse")
     kept.is_committed = True
-    assert review(kept, new).held == {new}
+    assert [one for one, _, _ in review(kept, new).ended] == [new]
     slack_s, work_s = np.array([1.0, 2.0]), np.array([1.0, 1.5])
     assert surplus(slack_s, work_s).tolist() == [False, True]
     assert surplus(slack_s, work_s, np.array([False, True])).tolist() == [True, False]

@@ -34,8 +34,7 @@ class CostGrid:
 
     Attributes:
       is_limited: Whether these steps round down.
-      weight: `[G, R + 1, B + 1]` share of the steps with a demand of these rows and
-        blocks.
+      weight: `[G, R + 1, B + 1]` share of the steps with a demand of this.
       time_s: `[G, R + 1, B + 1]` time of a bucket for the group's mean step, seconds.
     """
 
@@ -132,9 +131,11 @@ class BucketCosts:
         for is_limited in (False, True):
             groups = list(_groups(demand.where(demand.is_limited == is_limited)))
             if groups:
-                weight = np.stack([_weight(one, table) for one in groups])
                 times_s = [_time_s(one, step_s, table, page_size) for one in groups]
-                grids.append(CostGrid(is_limited, weight, np.stack(times_s)))
+                grid = CostGrid(is_limited, np.zeros_like(times_s), np.stack(times_s))
+                for weight, one in zip(grid.weight, groups, strict=True):
+                    np.add.at(weight, (one.rows, one.blocks), one.weight)
+                grids.append(grid)
         self.grids = tuple(grids)
 
     def expected_s(self, table: BucketTable) -> float:
@@ -200,10 +201,3 @@ def _time_s(
     # A larger bucket is taken to be never faster, even if the model predicts it.
     grid = np.maximum.accumulate(time_s.reshape(shape), axis=0)
     return np.maximum.accumulate(grid, axis=1)
-
-
-def _weight(demand: StepDemand, table: BucketTable) -> np.ndarray:
-    """Returns `[R + 1, B + 1]`, the weight of each demand of rows and blocks."""
-    weight = np.zeros((table.max_rows + 1, table.max_blocks + 1))
-    np.add.at(weight, (demand.rows, demand.blocks), demand.weight)
-    return weight

@@ -41,8 +41,6 @@ class StepDemand:
     """Kinds of steps, and the number of each; all arrays are `[N]`.
 
     Attributes:
-      rows: Demand of decode rows.
-      blocks: Demand of prefill blocks.
       is_limited: Whether a limit ended the step, so that it rounds down.
       decode_pages: KV pages that the decodes read together.
       block_pages: KV pages that the prefill blocks read together.
@@ -117,10 +115,6 @@ def with_prior(
     Edges fitted only to recorded steps have none above these: 13 rows, where 12 were
     the most so far, would be padded to the largest edge. The share is taken separately
     from steps with and without prefill, so that their proportion stays.
-
-    Args:
-      table: Any table with the largest edges of the fit.
-      prior_share: Share that is moved, in [0, 1).
     """
     if not prior_share:
         return demand

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from jserve_sched.planning.builder import PlanBuilder
+from jserve_sched.planning.step_prices import rows_of
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request, RequestState
-from jserve_sched.steps.plan import Row
 
 _FAR_S = 1e12  # later than any deadline, in clock seconds
 MAX_WAITING = 128  # waiting requests that one plan ranks
@@ -52,13 +52,12 @@ class Candidates:
         self._view = view
         self._running = running
         self._aged_before_s = aged_before_s
-        begun = set(view.begun)
-        ordered = view.running if running is None else running
-        self._begun = [one for one in ordered if one in begun]
-        self.decodes = [one for one in ordered if one not in begun]
-        self.rows = [
-            Row(one, one.num_dispatched_tokens, 1, True) for one in self.decodes
-        ]
+        self._begun, self.decodes = view.begun, view.decodes
+        if running is not None:
+            begun = set(view.begun)
+            self._begun = [one for one in running if one in begun]
+            self.decodes = [one for one in running if one not in begun]
+        self.rows = rows_of(self.decodes)
         self._chosen = choose_waiting(view) if waiting is None else None
         chosen = self._chosen.requests if self._chosen else waiting or ()
         most = len(chosen) if self._chosen else view.most_offered

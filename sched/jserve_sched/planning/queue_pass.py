@@ -18,7 +18,6 @@ from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
-from jserve_sched.steps.plan import Row
 
 Turns = np.ndarray | tuple[np.ndarray, int]
 Order = Callable[[SchedulerView, StepPrices, Facts], Turns]
@@ -29,11 +28,7 @@ _LEAST_S = 1e-4
 
 
 class QueuePass:
-    """The steps that compute the prompts of one snapshot.
-
-    Attributes:
-      now_s: Time of the snapshot, clock seconds, from which all times count.
-    """
+    """The steps that compute the prompts of one snapshot; all times count from it."""
 
     def __init__(
         self,
@@ -45,10 +40,7 @@ class QueuePass:
         """Runs the pass over what waits, and `extra` requests that come now."""
         # The prompts in their order.
         self.now_s, self._recent = view.now_s, recent
-        begun = set(view.begun)
-        decodes = [one for one in view.running if one not in begun]
-        rows = [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes]
-        self._steps = steps = StepPrices(view, rows)
+        self._steps = steps = StepPrices(view)
         prompts = view.queue.facts.before(facts_of([*view.begun, *extra]))
         turns = order(view, steps, prompts)
         places, budget = turns if isinstance(turns, tuple) else (turns, None)
@@ -69,14 +61,13 @@ class QueuePass:
         left = prompts.tokens.cumsum() - budget * steps.block_tokens
         later_s = np.maximum(left / tokens_per_s, self._step_s)
         first_s = next_s + np.where(prices.ends[1:] <= budget, 0.0, later_s)
-        self._wait(view, decodes, prompts, first_s, next_s)
+        self._wait(view, prompts, first_s, next_s)
         first_s += view.in_flight_s
         self._first_s = dict(zip(prompts.requests, first_s.tolist(), strict=True))
 
     def _wait(
         self,
         view: SchedulerView,
-        decodes: Sequence[Request],
         prompts: Facts,
         first_s: np.ndarray,
         next_s: float,
@@ -88,7 +79,8 @@ class QueuePass:
         if pages.sum() <= free and len(pages) - is_held.sum() <= slots:
             return
         ending = [
-            (one.expected_tokens_left * self._step_s, len(one.pages)) for one in decodes
+            (one.expected_tokens_left * self._step_s, len(one.pages))
+            for one in view.decodes
         ]
         heapq.heapify(ending)
         begin_s, answers_s = 0.0, (prompts.answer_tokens * self._step_s).tolist()

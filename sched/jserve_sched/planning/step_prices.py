@@ -5,7 +5,7 @@ then prompts in order until a budget of prefill *blocks* is used up. The feature
 number of budgets follow from prefix sums over the prompts, so one vectorised prediction
 prices all of them. Without buckets a block is one token, as in the paper.
 
-    step_prices = StepPrices(view, candidates.rows)  # of one snapshot
+    step_prices = StepPrices(view)                   # of one snapshot
     prices = step_prices.of(candidates.facts)        # of one order of its prompts
     budget = prices.largest_within(0.05)             # the paper's TimeToBudget
 
@@ -14,12 +14,13 @@ prices all of them. Without buckets a block is one token, as in the paper.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.requests.facts import Facts
+from jserve_sched.requests.request import Request
 from jserve_sched.steps import features
 from jserve_sched.steps.plan import Row
 
@@ -34,6 +35,11 @@ _CHUNK_FEATURES = [
 ]
 
 
+def rows_of(decodes: Iterable[Request]) -> list[Row]:
+    """Returns the rows of the next tokens of requests."""
+    return [Row(one, one.num_dispatched_tokens, 1, True) for one in decodes]
+
+
 class StepPrices:
     """Prices the steps of one snapshot, in which every decode has a row.
 
@@ -46,11 +52,16 @@ class StepPrices:
     def __init__(
         self,
         view: SchedulerView,
-        decodes: Sequence[Row],
+        decodes: Sequence[Row] | None = None,
         *,
         is_cautious: bool = False,
     ):
-        """If cautious, a budget costs the 95th percentile of its duration."""
+        """Prices steps beside some decodes, all by default.
+
+        If cautious, a budget costs the 95th percentile of its duration.
+        """
+        if decodes is None:
+            decodes = rows_of(view.decodes)
         self._predict = view.predictor.predict
         self.predict = view.predictor.predict_upper if is_cautious else self._predict
         self._page_size = view.ledger.page_size
@@ -141,18 +152,13 @@ class OrderPrices:
         # Trailing zeros: the prompt after the last one.
         self._start = np.concatenate((prompts.start, [0.0]))
         self._tokens = np.concatenate((prompts.tokens, [0.0]))
-        self.num_blocks = int(self._taken[0, -1])
-
-    @property
-    def ends(self) -> np.ndarray:
-        """Blocks `[P + 1]` that the first prompts take, of none of them to all."""
-        ends: np.ndarray = self._taken[0]
-        return ends
+        self.ends = self._taken[0]  # blocks `[P + 1]` of none of the first to all
+        self.num_blocks = int(self.ends[-1])
 
     def features(self, budgets: np.ndarray) -> np.ndarray:
         """Returns the features `[N, F]` of steps with budgets `[N]` of blocks."""
         used = np.minimum(budgets, self.num_blocks)
-        whole = self._taken[0].searchsorted(used, "right") - 1  # prompts taken entirely
+        whole = self.ends.searchsorted(used, "right") - 1  # prompts taken entirely
         taken = self._taken[:, whole]
         left = (used - taken[0]) * self.steps.block_tokens
         left = np.minimum(left, self._tokens[whole])

@@ -9,11 +9,16 @@ import numpy as np
 from jserve_sched.buckets.table import BucketTable
 from jserve_sched.memory.ledger import KvLedger
 from jserve_sched.memory.waiting import WaitingQueue
-from jserve_sched.planning.latency_source import LatencySource
 from jserve_sched.requests.facts import Facts, facts_of
 from jserve_sched.requests.request import Request
 from jserve_sched.timing.predictor import Predictor
-from jserve_sched.timing.request_latency import RequestLatency
+from jserve_sched.timing.request_latency import (
+    RequestLatency,
+    fit_bilinear,
+    priced_points,
+)
+
+_REFRESH_STEPS = 512  # after which the times of whole requests are fitted again
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class SchedulerView:
     ledger: KvLedger
     buckets: BucketTable
     predictor: Predictor
-    latencies: LatencySource
+    latencies: "LatencySource"
     prefill_tokens_per_s: float | None
     tight_ttft_s: float
     max_num_batched_tokens: int
@@ -59,18 +64,18 @@ class SchedulerView:
     @property
     def latency(self) -> RequestLatency:
         """Times of whole requests."""
-        return self.latencies.at(
-            self.step_id,
-            self.predictor,
-            self.buckets,
-            ledger=self.ledger,
-            max_num_batched_tokens=self.max_num_batched_tokens,
-        )
+        return self.latencies.at(self)
 
     @functools.cached_property
     def begun(self) -> Sequence[Request]:
         """Running requests with more than one token to compute: of a prompt."""
         return [one for one in self.running if one.num_remaining_tokens > 1]
+
+    @functools.cached_property
+    def decodes(self) -> list[Request]:
+        """Running requests with one token to compute."""
+        begun = set(self.begun)
+        return [one for one in self.running if one not in begun]
 
     @functools.cached_property
     def waiting(self) -> Sequence[Request]:
@@ -97,3 +102,27 @@ class SchedulerView:
     def most_offered(self) -> int:
         """Waiting requests of an order that a plan looks at: one more than slots."""
         return self.num_free_slots + 1
+
+
+class LatencySource:
+    """Times of whole requests, fitted when first asked and again for another view."""
+
+    def __init__(self) -> None:
+        self._found: RequestLatency | None = None
+        self._made_for: tuple[object, object, int] = (None, None, 0)
+
+    def at(self, view: SchedulerView) -> RequestLatency:
+        """Returns the times to plan a step with."""
+        made_for = (view.predictor, view.buckets, view.step_id // _REFRESH_STEPS)
+        if self._found is None or made_for != self._made_for:
+            points = priced_points(
+                view.predictor,
+                view.buckets,
+                page_size=view.ledger.page_size,
+                num_kv_tokens=view.ledger.num_pages * view.ledger.page_size,
+                max_num_batched_tokens=view.max_num_batched_tokens,
+            )
+            prefill, decode = map(fit_bilinear, points)
+            self._found = RequestLatency(prefill=prefill, decode=decode)
+            self._made_for = made_for
+        return self._found

@@ -6,9 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from jserve_sched.planning.queue_pass import Order
-from jserve_sched.planning.step_prices import StepPrices
 from jserve_sched.planning.view import SchedulerView
-from jserve_sched.requests.facts import Facts
 from jserve_sched.steps.plan import StepPlan
 
 
@@ -28,12 +26,7 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(kw_only=True, slots=True)
 class SearchTotals:
-    """What the searches of a policy took since start.
-
-    Attributes:
-      num_searches: Number of searches.
-      search_s: Their time, seconds; 0 without a clock.
-    """
+    """What the searches of a policy took since start; 0 seconds without a clock."""
 
     num_searches: int = 0
     search_s: float = 0.0
@@ -53,8 +46,8 @@ def order_of(policy: Policy) -> Order:
     step has, and changes nothing. A policy without it is taken to go by arrival.
     """
     found: Order | None = getattr(policy, "order", None)
-    return found if callable(found) else _by_arrival  # it may be an option's name
-
-
-def _by_arrival(view: SchedulerView, steps: StepPrices, prompts: Facts) -> np.ndarray:
-    return np.lexsort((prompts.arrival_s, prompts.is_running <= 0))
+    if callable(found):  # it may be an option's name
+        return found
+    return lambda view, steps, prompts: np.lexsort(
+        (prompts.arrival_s, prompts.is_running <= 0)
+    )

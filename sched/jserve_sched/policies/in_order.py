@@ -1,4 +1,4 @@
-"""Chunked prefill in a fixed order: what `fcfs`, `edf`, `sjf` and `laxity` share.
+"""Chunked prefill in an order: `fcfs`, `edf` and `sjf`; see `laxity` for another.
 
 All decodes go first; the rest of the step's token limit is filled with prompt chunks
 (Sarathi-Serve, arXiv 2403.02310; vLLM's default). Under KV pressure the last in order
@@ -71,3 +71,45 @@ class InOrder:
             places = np.flatnonzero(key <= last)
         order = np.argsort(key[places], kind="stable")[:most]
         return facts.take(places[order])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstComeFirstServed(InOrder):
+    """Running requests first, then waiting ones, each by arrival."""
+
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns who runs."""
+        return 1.0 - facts.is_running
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EarliestDeadlineFirst(InOrder):
+    """The request whose next token is wanted first goes first (Sarathi-EDF).
+
+    Token deadlines are those of SlidingServe (Eq. 1, arXiv 2606.05933); a completion
+    bound is spread over the tokens (`Slo.pacing`). Those without an SLO come last.
+    """
+
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns when tokens are wanted."""
+        return facts.pace_s
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortestJobFirst(InOrder):
+    """The request with the least predicted time left goes first.
+
+    It is the best order for mean latency where all are equal, and the one that starves
+    the long. SLOs are not looked at. A job's time is that of the tokens left of its
+    prompt and of the expected rest of its answer, in a batch as large as may run at
+    once (`RequestLatency`); the length estimator predicts the answer.
+    """
+
+    def key(self, view: SchedulerView, facts: Facts) -> np.ndarray:
+        """Returns the seconds that each job has left `[N]`."""
+        # What a waiting job may share is not taken off.
+        tokens = facts.known_tokens - facts.start * facts.is_running
+        latency, batch = view.latency, np.array(view.max_num_seqs)
+        left_s: np.ndarray = latency.prefill.of(batch, tokens)
+        left_s += latency.decode_s(batch, facts.known_tokens, facts.answer_tokens)
+        return left_s

@@ -55,7 +55,7 @@ class QoServe:
         builder = PlanBuilder(view)
         candidates.add_decodes(builder)
         if candidates.prompts:
-            step_prices = StepPrices(view, candidates.rows)
+            step_prices = StepPrices(view)
             # Hybrid priority, and eager relegation.
             prompts = candidates.facts
             prices = step_prices.of(

@@ -13,18 +13,17 @@ import sys
 from collections.abc import Callable
 
 from jserve_sched.options import make_from_spec
-from jserve_sched.policies.annealing.policy import (
-    Annealing,
-    SearchLimit,
-)
+from jserve_sched.policies.annealing.policy import Annealing, SearchLimit
 from jserve_sched.policies.annealing.search import Kernel
 from jserve_sched.policies.base import Policy
-from jserve_sched.policies.edf import EarliestDeadlineFirst
-from jserve_sched.policies.fcfs import FirstComeFirstServed
+from jserve_sched.policies.in_order import (
+    EarliestDeadlineFirst,
+    FirstComeFirstServed,
+    ShortestJobFirst,
+)
 from jserve_sched.policies.laxity import LeastLaxityFirst
 from jserve_sched.policies.ontime.policy import OnTime
 from jserve_sched.policies.qoserve import QoServe
-from jserve_sched.policies.sjf import ShortestJobFirst
 from jserve_sched.policies.sliding.policy import SlidingServe
 
 POLICIES: dict[str, type[Policy]] = {
@@ -47,12 +46,8 @@ def make_policy(
 ) -> Policy:
     """Returns a new policy that `name:option=value:...` describes, for one scheduler.
 
-    A class of the user's own with a field of the name of an argument is given it too.
-
-    Args:
-      make_kernel: Returns what runs searches; only called if the policy searches. None
-        takes `anneal` as it stands.
-      limit: Ends searches by the clock; None does not.
+    A class with a field of the name of an argument is given it: searches are run by
+    what `make_kernel` returns, `anneal` by default, and ended by `limit`.
 
     Raises:
       ValueError: If the policy or an option is unknown, or a value is invalid; of a

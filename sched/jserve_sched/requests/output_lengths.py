@@ -41,18 +41,16 @@ class LengthEstimator(Protocol):
 
     def update(self, request: Request) -> None:
         """Learns from a request that has ended, by a stop token or `max_tokens`."""
+        return
 
 
 @dataclasses.dataclass(frozen=True)
-class MaxTokens:
+class MaxTokens(LengthEstimator):
     """Every answer is as long as it may be; nothing is learned."""
 
     def estimate(self, request: Request) -> int:
         """Returns `max_tokens`."""
         return request.max_tokens
-
-    def update(self, request: Request) -> None:
-        """Learns nothing."""
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -104,7 +102,7 @@ class QuantileLength(MeanLength):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OracleLengths:
+class OracleLengths(LengthEstimator):
     """The truth with an error that seed and request id decide.
 
     Attributes:
@@ -134,9 +132,6 @@ class OracleLengths:
             tokens *= 1 + self.error * (2 * (point >> 1) / 2**63 - 1)
             tokens *= self.factor if point % 2 else 1 / self.factor
         return _whole(tokens, request)
-
-    def update(self, request: Request) -> None:
-        """Learns nothing."""
 
 
 def _kinds(request: Request) -> tuple[_Kind, ...]:

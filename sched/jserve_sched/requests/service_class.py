@@ -60,10 +60,9 @@ class ServiceClass:
         if self.admission != "queue" and not is_bound:
             where += f": admission={self.admission!r}"
             raise ValueError(f"{where} needs a bound: one of {', '.join(_BOUNDS)}")
-        if self.ttft_s and self.ttft_slowdown:
-            raise ValueError(f"{where}: give ttft_s or ttft_slowdown, not both")
-        if self.tbt_s and self.tbt_step_multiple:
-            raise ValueError(f"{where}: give tbt_s or tbt_step_multiple, not both")
+        for one, other in (("ttft_s", "ttft_slowdown"), ("tbt_s", "tbt_step_multiple")):
+            if getattr(self, one) and getattr(self, other):
+                raise ValueError(f"{where}: give {one} or {other}, not both")
         has_tbt = self.tbt_s or self.tbt_step_multiple
         if has_tbt and not (self.ttft_s or self.ttft_slowdown):
             raise ValueError(

@@ -66,11 +66,7 @@ class Reservoir:
 
 
 class AutoPredictor(BestPredictor):
-    """Has networks trained on measured steps; the better predicts each kind of step.
-
-    Attributes:
-      num_trained: Number of networks trained since the start.
-    """
+    """Has networks trained on measured steps; the better predicts each kind of step."""
 
     def __init__(
         self,

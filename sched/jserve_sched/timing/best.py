@@ -32,8 +32,6 @@ class KindErrors(NamedTuple):
     """How wrong the last predictions of a kind of step were, made before the steps ran.
 
     Attributes:
-      predictor: Name of the predictor that serves the kind.
-      num_steps: Number of steps measured, at most 256.
       median_error: Median of |measured / predicted - 1|.
       p95_coverage: Share of steps that were within their predicted 95th percentile.
       bias: Median of measured / predicted, less 1; above 0 where steps take longer.
@@ -50,11 +48,7 @@ class BestPredictor:
     """Predicts each kind of step by the predictor that was right lately.
 
     Whatever these predict, a plan gets valid durations: others are replaced by those of
-    the first.
-
-    Attributes:
-      num_seen: Number of valid steps measured since the start.
-      num_replaced: Number of predictions replaced since the start.
+    the first (`num_replaced`).
     """
 
     def __init__(

@@ -35,11 +35,7 @@ _Last = collections.deque[float]
 
 
 class CalibratedPredictor:
-    """Corrects a predictor, and remembers how wrong it was with the corrections.
-
-    Attributes:
-      name: Name of the predictor that is corrected.
-    """
+    """Corrects a predictor, and remembers how wrong it was with the corrections."""
 
     def __init__(self, inner: StepModel, name: str):
         """Starts without corrections; `inner` learns durations without them."""

@@ -25,7 +25,7 @@ import numpy as np
 from jserve_sched.steps import features
 from jserve_sched.steps.features import NUM_FEATURES, PAPER_FEATURES, SCENARIOS
 from jserve_sched.timing.predictor import (
-    START_UPPER,
+    StepModel,
     StepSample,
     is_sound,
     stack_samples,
@@ -79,10 +79,7 @@ def fit_linear(
 ) -> LinearModel:
     """Fits the global model, and an expert for each scenario with enough steps.
 
-    Args:
-      matrix: Features `[N, F]` of at least one step.
-      duration_s: Measured durations `[N]`, seconds above 0.
-      min_expert_samples: Steps that a scenario needs for an expert, at least 1.
+    Of at least one step, to seconds `[N]` above 0.
 
     Raises:
       ValueError: If the solver did not converge.
@@ -118,7 +115,7 @@ def fit_nonnegative(design: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
     return found
 
 
-class LinearPredictor:
+class LinearPredictor(StepModel):
     """The paper's model, refitted to remembered steps.
 
     Attributes:
@@ -133,10 +130,9 @@ class LinearPredictor:
         refit_every: int = 256,
         submit: Callable[[Callable[[], None]], object] = lambda refit: refit(),
     ):
-        """Makes a predictor that starts from `model`.
+        """Starts from `model`.
 
         Args:
-          model: Model until the first refit.
           anchors: `[M, F + 1]`, features and then seconds of the samples of the start,
             which every refit uses; None for none.
           refit_every: Number of samples between two refits.
@@ -155,11 +151,6 @@ class LinearPredictor:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
         return self._model.predict(matrix)
-
-    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns durations and their 95th percentiles, `[N]` seconds each."""
-        found_s = self.predict(matrix)
-        return found_s, START_UPPER * found_s
 
     def update(self, sample: StepSample) -> None:
         """Stores one measured step, if it is valid; may submit a refit."""

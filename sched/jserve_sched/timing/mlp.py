@@ -26,7 +26,7 @@ from jserve_sched.steps.features import (
     NUM_ROWS,
 )
 from jserve_sched.timing.linear import fit_nonnegative
-from jserve_sched.timing.predictor import StepSample
+from jserve_sched.timing.predictor import StepModel
 
 _SIZES = [NUM_ROWS, NUM_BLOCKS, NUM_DECODES, DECODE_PAGES, BLOCK_PAGES]
 NUM_COSTS = NUM_INPUTS = 1 + len(_SIZES)
@@ -40,12 +40,7 @@ Layers = Sequence[tuple[Any, Any]]
 
 
 def fit_physics(matrix: np.ndarray, duration_s: np.ndarray) -> np.ndarray:
-    """Returns the seconds of a step, and of one more of each size, `[1 + S]`.
-
-    Args:
-      matrix: Features `[N, F]` of at least one step.
-      duration_s: Measured durations `[N]`, seconds above 0.
-    """
+    """Returns the seconds of a step, and of one more of each size, `[1 + S]`."""
     design: np.ndarray = np.insert(matrix[:, _SIZES], 0, 1.0, axis=1)
     return fit_nonnegative(design, duration_s)
 
@@ -85,10 +80,8 @@ class MlpWeights:
       cost_s: `[1 + S]`, seconds of a step, and of one more of each size.
       mean: `[K]`, mean that is subtracted from the inputs.
       scale: `[K]`, above 0, scale that they are then divided by.
-      low: `[K]`, least scaled inputs of the training data.
-      high: `[K]`, largest scaled inputs of the training data.
-      layers: (kernel `[inputs, H]`, bias `[H]`) of each dense layer. A ReLU follows
-        each but the last, which has two outputs.
+      low, high: `[K]`, least and largest scaled inputs of the training data.
+      layers: A ReLU follows each but the last, which has two outputs.
     """
 
     cost_s: np.ndarray
@@ -99,7 +92,7 @@ class MlpWeights:
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-class MlpPredictor:
+class MlpPredictor(StepModel):
     """Evaluates a network."""
 
     def __init__(self, weights: MlpWeights):
@@ -108,9 +101,6 @@ class MlpPredictor:
     def predict(self, matrix: np.ndarray) -> np.ndarray:
         """Returns durations `[N]` in seconds for features `[N, F]`."""
         return self.quantiles(matrix)[0]
-
-    def update(self, sample: StepSample) -> None:
-        """Ignores the sample."""
 
     def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns durations and their 95th percentiles, `[N]` seconds each."""

@@ -48,9 +48,12 @@ class StepModel(Protocol):
 
     def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns durations and their 95th percentiles, `[N]` seconds each."""
+        found_s = self.predict(matrix)
+        return found_s, START_UPPER * found_s
 
     def update(self, sample: StepSample) -> None:
         """Learns from one measured step, if it is valid."""
+        return
 
 
 def is_sound(sample: StepSample) -> bool:

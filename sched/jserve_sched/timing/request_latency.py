@@ -57,12 +57,7 @@ class Bilinear:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestLatency:
-    """Times of whole requests; all arguments are arrays that broadcast together.
-
-    Attributes:
-      prefill: Seconds of a prefill, t_p, over batch size and prompt tokens.
-      decode: Seconds of a decode step, tau, over batch size and tokens of KV before it.
-    """
+    """Times of whole requests, by t_p and tau; all arguments broadcast together."""
 
     prefill: Bilinear
     decode: Bilinear

@@ -17,7 +17,7 @@ from jserve_sched.buckets.table import BucketTable
 from jserve_sched.steps import features
 from jserve_sched.timing.linear import fit_nonnegative
 from jserve_sched.timing.predictor import (
-    START_UPPER,
+    StepModel,
     StepSample,
     is_sound,
     stack_samples,
@@ -34,7 +34,7 @@ _GUESS_PAGE_S = 1e-6
 _LEAST_SHARE = 0.1  # of a short step is not attention
 
 
-class TablePredictor:
+class TablePredictor(StepModel):
     """Median times by bucket and pages.
 
     Between two edges times are interpolated linearly, which also gives the time of a
@@ -108,24 +108,13 @@ class TablePredictor:
         """Returns 95th percentiles `[N]` in seconds for features `[N, F]`."""
         return self.quantiles(matrix)[1]
 
-    def quantiles(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns durations and their 95th percentiles, `[N]` seconds each."""
-        found_s = self.predict(matrix)
-        return found_s, START_UPPER * found_s
-
-    def update(self, sample: StepSample) -> None:
-        """Ignores the sample."""
-
     def to_json(self) -> dict[str, Any]:
         """Returns the result of the timed pass, for later starts on the same device."""
         parts = zip(_PRIOR_PARTS, self._prior.tolist(), strict=True)
         return {"buckets": self._table.to_json(), **dict(parts)}
 
     def load_json(self, data: dict[str, Any]) -> bool:
-        """Restores what `to_json` returned, if it is for this table.
-
-        Returns:
-          Whether it is; otherwise nothing is changed.
+        """Restores what `to_json` returned; returns whether it is for this table.
 
         Raises:
           ValueError: If a time is negative or not finite.

@@ -77,12 +77,6 @@ def test_a_limited_step_demands_what_a_budget_allows(budgets, expected) -> None:
     assert blocks_of(demand_of(LEFT, budgets=budgets)) == pytest.approx(expected)
 
 
-def test_budgets_are_looked_for_among_the_counts_of_each_step() -> None:
-    found = demand_of(LEFT, IDLE, step(used_blocks=3), budgets=[(0.025, 1.0)])
-    assert blocks_of(found) == {(3, False): 1.0, **limited(4, 5, 6, 7), (1, True): 1.0}
-    assert blocks_of(demand_of(IDLE)) == limited(0, 1, 2, 3)
-
-
 @pytest.mark.parametrize(
     "step",
     [

@@ -201,14 +201,3 @@ def test_late_requests_lose_their_pages_first() -> None:
     scheduler.submit(fine)
     driver.run()
     assert (late.num_preemptions > 0, fine.num_preemptions) == (True, 0)
-
-
-def test_the_earliest_first_token_deadline_goes_first() -> None:
-    driver = Driver(make_scheduler(policy="edf"))
-    lax = make_request(16, 2, arrival_s=0.0, slo=Slo(ttft_s=10.0))
-    tight = make_request(16, 2, arrival_s=1.0, slo=Slo(ttft_s=1.0))
-    free = make_request(16, 2, arrival_s=0.0)
-    for request in (free, lax, tight):
-        driver.scheduler.submit(request)
-    driver.run()
-    assert driver.finished == [tight, lax, free]

@@ -140,10 +140,3 @@ def test_old_samples_are_forgotten_but_no_scenario_and_no_anchor() -> None:
     anchors = np.column_stack((matrix, true_s(matrix)))[mixed]
     anchored = refitted(flat_model(1.0), matrix[~mixed], anchors=anchors)
     assert anchored.predict(matrix[mixed]) == pytest.approx(true_s(matrix[mixed]))
-
-
-def test_an_expert_stays_when_its_scenario_is_no_longer_remembered() -> None:
-    matrix = random_steps(600)
-    decodes = matrix[features.scenarios(matrix) == features.PURE_DECODE]
-    predictor = refitted(fit_linear(matrix, true_s(matrix)), decodes)
-    assert predictor.predict(matrix) == pytest.approx(true_s(matrix), rel=1e-6)

@@ -59,15 +59,9 @@ class SearchLimit(NamedTuple):
 
 
 class FoundOrder(NamedTuple):
-    """The order in which a search would admit the requests that waited then.
+    """The order in which a search would admit the requests that waited then."""
 
-    Attributes:
-      turns: Place of each request in the order, by id.
-      made_s: Time of the snapshot that it was made from, clock seconds.
-      num_changes: `num_changes` of that snapshot.
-    """
-
-    turns: Mapping[str, int]
+    turns: Mapping[str, int]  # places by id
     made_s: float
     num_changes: int
 
@@ -94,8 +88,6 @@ class Annealing:
       max_age_s: Age above which a request goes first, seconds.
       make_kernel: Returns what runs the searches; called once.
       limit: Ends a search early and measures it.
-      searches: Totals of the searches, for metrics.
-      found: Result of the last search; None before the first.
     """
 
     proposals: int = DEFAULT_PROPOSALS

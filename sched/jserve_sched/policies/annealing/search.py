@@ -41,12 +41,9 @@ Kernel = Callable[..., tuple[float, float]]  # `anneal`, or what a compiler made
 
 
 class Found(NamedTuple):
-    """What a search found.
+    """What a search found: batches of jobs, from 0 without gaps, and their worth.
 
-    Attributes:
-      batch_of: `[N]` batch of each job in the best plan seen, from 0 without gaps.
-      score: Its worth.
-      num_proposals: Moves tried; 0 where none could have helped.
+    `num_proposals` moves were tried; 0 where none could have helped.
     """
 
     batch_of: np.ndarray
@@ -218,9 +215,6 @@ def search(
     (Ours: when the paper's own search ends early is not known to us.)
 
     Args:
-      problem: The jobs.
-      num_proposals: Most moves tried.
-      seed: Seed of the draws.
       kernel: Carries the moves out; any but `anneal` is given arrays.
       starts: Further plans to start from, such as the last one.
       spent: Says which share of the time allowed is spent; from 1 on the best plan so

@@ -32,9 +32,7 @@ _EQUAL = 1e-3  # shares of requests lost that count as equal: then long steps ar
 class StepCap:
     """Remembers the last requests, and finds the cap for more like them.
 
-    Attributes:
-      last_s: The cap that was found last, seconds.
-      lost_per_s: Requests yet to come that are lost in a second without the cap.
+    `lost_per_s` requests yet to come are lost in a second without the cap.
     """
 
     def __init__(self) -> None:

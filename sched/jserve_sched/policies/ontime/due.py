@@ -19,9 +19,7 @@ _NO_GAP_S = 1e6  # that is, no bound; times 0 tokens it is 0
 def usual_step_s(decodes: Iterable[Request], *, least_s: float, most_s: float) -> float:
     """Returns how long steps can usually be beside these decodes, seconds.
 
-    Args:
-      least_s: Duration of a step without prefill.
-      most_s: Longest that a step should be for other reasons.
+    A step without prefill takes `least_s`; none should take more than `most_s`.
     """
     tightest_s = min((one.slo.tbt_s or np.inf for one in decodes), default=np.inf)
     return max(min(most_s, tightest_s), 1.05 * least_s)
@@ -52,13 +50,7 @@ def guessed_tokens(prompts: Facts) -> np.ndarray:
 
 
 class DecodeSlack(NamedTuple):
-    """How long decodes can wait, of those that are waited for.
-
-    Attributes:
-      slack_s: `[D]` until the next token is due, seconds.
-      gap_s: `[D]` between the tokens of each, seconds.
-      num_outputs: `[D]` tokens that each has.
-    """
+    """How long decodes can wait until the next token, of those waited for, `[D]`."""
 
     slack_s: np.ndarray
     gap_s: np.ndarray
@@ -75,14 +67,8 @@ def decode_slack(
 ) -> DecodeSlack:
     """Returns the slack of those decodes that can still be in time.
 
-    One that needs shorter steps than usual for its completion bound costs prefill, and
-    is not waited for if more than one prompt would be lost for it.
-
-    Args:
-      start_s: Start of the step, clock seconds.
-      least_s: Duration of a step without prefill.
-      step_s: Usual duration of a step.
-      lost_per_s: Prompts lost for each second without prefill.
+    One that needs shorter steps than `step_s`, as is usual, for its completion bound
+    costs prefill, and is not waited for if more than one prompt would be lost for it.
     """
     rows: list[tuple[float, float, int]] = []
     for one in decodes:

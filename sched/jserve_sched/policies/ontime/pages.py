@@ -1,18 +1,14 @@
 """Whether an on-time set has KV pages, while answers grow and end as predicted."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from jserve_sched.planning.view import SchedulerView
 from jserve_sched.policies.sliding.sorter import surplus
 from jserve_sched.requests.facts import Facts
-from jserve_sched.requests.request import Request
 
 
 def too_large(
     view: SchedulerView,
-    decodes: Sequence[Request],
     prompts: Facts,
     num_steps: np.ndarray,
     late: np.ndarray,
@@ -21,12 +17,8 @@ def too_large(
     """Returns `[P]` which prompts to give up so that the others find pages in time.
 
     The rule is that of time: by due time, and whenever pages would be short the prompt
-    with most pages for its weight so far.
-
-    Args:
-      num_steps: `[P]` steps until each prompt is due.
-      late: `[P]` which prompts are given up already.
-      weight: `[P]` what a violation of each counts.
+    with most pages for its weight so far. `num_steps` `[P]` are left until each is due;
+    `late` are given up already.
     """
     page_size, is_begun = view.ledger.page_size, prompts.is_running > 0
     held = np.array([len(one.pages) for one in prompts.requests], np.float64)
@@ -36,7 +28,7 @@ def too_large(
     pages[is_begun] = 0.0
     facts = [
         (one.num_dispatched_tokens, one.expected_tokens_left, len(one.pages))
-        for one in decodes
+        for one in view.decodes
     ]
     tokens, left, own = np.array(facts, np.float64).reshape(-1, 3).T
     grown = np.maximum(np.ceil((tokens + left) / page_size) - own, 0.0)

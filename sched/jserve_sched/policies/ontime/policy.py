@@ -35,7 +35,6 @@ got its share, so that no other takes the slot that it waits for.
 
 import collections
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,22 +87,13 @@ class _OnTimeSet(NamedTuple):
     lost_per_s: float
 
 
-class _Turns(NamedTuple):
-    """The order of prompts `[P]`, and what it was found with."""
-
-    order: np.ndarray
-    chosen: _OnTimeSet
-    slack: DecodeSlack
-    ratio: float
+_Turns = tuple[np.ndarray, _OnTimeSet, DecodeSlack]
+"""The order of prompts `[P]`, and what it was found with."""
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class OnTime:
-    """Serves the largest on-time set; see the module.
-
-    Attributes:
-      max_age_s: Age from which a request gets turns, seconds.
-    """
+    """Serves the largest on-time set; older requests than `max_age_s` have turns."""
 
     max_age_s: float = 60.0
 
@@ -152,12 +142,10 @@ class OnTime:
         self, view: SchedulerView, steps: StepPrices, prompts: Facts
     ) -> tuple[np.ndarray, int]:
         """Returns the places of prompts, and the blocks of the next step."""
-        begun = set(view.begun)
-        running = [one for one in view.running if one not in begun]
         scale, cap_s = scale_of(view, steps), self._cap.last_s
-        turns = self._turns(view, running, steps, scale, prompts, cap_s)
-        prices = steps.of(prompts.take(turns.order))
-        return turns.order, self._budget(turns, prices, turns.order)
+        order, chosen, slack = self._turns(view, steps, scale, prompts, cap_s)
+        prices = steps.of(prompts.take(order))
+        return order, self._budget(chosen, slack, scale.ratio, prices, order)
 
     def _whose_turn(self, view: SchedulerView) -> Request | None:
         """Returns the oldest request that has prompt left, if it is its turn."""
@@ -186,18 +174,17 @@ class OnTime:
         }
 
         # The order of prompts: the on-time set by due time, then the others.
-        steps = StepPrices(view, rows)
+        steps = StepPrices(view)
         scale = scale_of(view, steps)
         cap_s = self._cap.find_s(view, steps, scale)
-        turns = self._turns(view, candidates.decodes, steps, scale, prompts, cap_s)
-        order, late = turns.order, turns.chosen.late
-        self._lost_per_s = turns.chosen.lost_per_s
+        order, chosen, slack = self._turns(view, steps, scale, prompts, cap_s)
+        self._lost_per_s = chosen.lost_per_s
         if aged:
             first = prompts.requests.index(aged)
             order = np.concatenate(([first], order[order != first]))
 
         # The decodes that run, and the length of the step.
-        has_room = bool(view.num_free_slots or view.begun) and not late.all()
+        has_room = bool(view.num_free_slots or view.begun) and not chosen.late.all()
         if has_room and view.step_id % _VIOLATED_EVERY:
             rows = [row for row in rows if row.request.request_id not in self._violated]
             if len(rows) < len(candidates.rows):
@@ -208,20 +195,19 @@ class OnTime:
         placed = order[places]
         order = np.concatenate((placed, np.delete(order, places)))
         prices = steps.of(prompts.take(placed))
-        builder.limit_time(self._budget(turns, prices, placed))
+        builder.limit_time(self._budget(chosen, slack, scale.ratio, prices, placed))
         candidates.add_prompts(builder, prompts.take(order).requests)
 
     def _turns(
         self,
         view: SchedulerView,
-        running: Sequence[Request],
         steps: StepPrices,
         scale: StepScale,
         prompts: Facts,
         cap_s: float,
     ) -> _Turns:
         """Returns the order of prompts beside the decodes that are running."""
-        decodes = [one for one in running if one.request_id not in self._violated]
+        decodes = [one for one in view.decodes if one.request_id not in self._violated]
         weight = np.array([one.weight for one in prompts.requests])
         start_s = view.start_s
         chosen = self._choose(prompts, weight, steps, scale, decodes, start_s, cap_s)
@@ -234,10 +220,10 @@ class OnTime:
         )
         left_s, late = chosen.left_s, chosen.late
         num_steps = left_s / chosen.step_s
-        late = late | too_large(view, running, prompts, num_steps, late, weight)
+        late = late | too_large(view, prompts, num_steps, late, weight)
         turn_s = left_s + _GUESSED * scale.token_s * guessed_tokens(prompts)
         order = np.lexsort((prompts.arrival_s, turn_s, prompts.guard <= 0, late))
-        return _Turns(order, chosen._replace(late=late), slack, scale.ratio)
+        return order, chosen._replace(late=late), slack
 
     def _choose(
         self,
@@ -278,12 +264,18 @@ class OnTime:
         least = weight[longer.late].sum() + self._cap.lost_per_s * until_s
         return longer if least < weight[capped.late].sum() else capped
 
-    def _budget(self, turns: _Turns, prices: OrderPrices, placed: np.ndarray) -> int:
+    def _budget(
+        self,
+        chosen: _OnTimeSet,
+        slack: DecodeSlack,
+        ratio: float,
+        prices: OrderPrices,
+        placed: np.ndarray,
+    ) -> int:
         """Returns how many blocks of prefill the step should have.
 
         `placed` are the places of the prompts that can be taken, priced in this order.
         """
-        slack, ratio, chosen = turns.slack, turns.ratio, turns.chosen
         num_on_time = int(np.argmax(np.append(chosen.late[placed], True)))
         left_s = chosen.left_s[placed[:num_on_time]]
         hard_s = soft_s = float(slack.slack_s.min(initial=np.inf)) / ratio

@@ -49,7 +49,11 @@ def select(
     # Each anchor's knapsack: what can wait as long fills the room beside it (Eq. 18).
     room = capacity[rank][anchors] - weight[anchors]
     in_pool = slack_s[None, :] >= slack_s[anchors, None]
-    value = np.where(in_pool, _values(slack_s, weight, in_pool), 0.0)
+    finite = np.minimum(slack_s, 1e9)
+    slack_sum = (in_pool * finite).sum(axis=1, keepdims=True)
+    weight_sum = (in_pool * weight).sum(axis=1, keepdims=True)
+    each = 1.0 / (finite / slack_sum + weight / weight_sum)
+    value = np.where(in_pool, each, 0.0)  # v_j
     free = value.copy()
     free[np.arange(len(anchors)), anchors] = 0.0  # has its room already
     taken = _knapsacks(free, weight, room)
@@ -59,15 +63,6 @@ def select(
     best = np.lexsort((work, gain, taken.sum(axis=1)))[-1]
     places: np.ndarray = np.sort(rank[taken[best]])
     return places
-
-
-def _values(slack_s: np.ndarray, weight: np.ndarray, in_pool: np.ndarray) -> np.ndarray:
-    """Returns v_j for each anchor's pool, `[A, J]` (Eq. 18)."""
-    finite = np.minimum(slack_s, 1e9)
-    slack_sum = (in_pool * finite).sum(axis=1, keepdims=True)
-    weight_sum = (in_pool * weight).sum(axis=1, keepdims=True)
-    value: np.ndarray = 1.0 / (finite / slack_sum + weight / weight_sum)
-    return value
 
 
 def _knapsacks(value: np.ndarray, weight: np.ndarray, room: np.ndarray) -> np.ndarray:

@@ -93,7 +93,7 @@ class SlidingServe:
     def _add_prompts(
         self, view: SchedulerView, candidates: Candidates, builder: PlanBuilder
     ) -> None:
-        step_prices = StepPrices(view, candidates.rows, is_cautious=not self.published)
+        step_prices = StepPrices(view, is_cautious=not self.published)
 
         # Multi-Level Priority Sorter (3.3, Eq. 6 to 13): all prompts, by rank.
         prompts = candidates.facts

@@ -1,6 +1,5 @@
 """The search for a plan: what plans are worth, which are found, and how far it goes."""
 
-import collections
 import dataclasses
 import itertools
 import math
@@ -18,7 +17,7 @@ from jserve_sched.policies.annealing.problem import (
     make_problem,
     packed,
 )
-from jserve_sched.policies.annealing.search import anneal, search
+from jserve_sched.policies.annealing.search import search
 from jserve_sched.requests.request import Request
 from jserve_sched.requests.slo import Slo
 from jserve_sched.timing.request_latency import Bilinear, RequestLatency
@@ -171,85 +170,6 @@ def test_a_valid_plan_never_below_its_starts(
     longest_waiting = np.argsort(-problem.waited_s, kind="stable").tolist()
     for one in (start, sorted_start(problem), packed(problem, longest_waiting)):
         assert found.score.merit >= evaluate(problem, one).merit * (1 - 1e-12)
-
-
-@dataclasses.dataclass
-class Chain:
-    """The kernel's state at a plan."""
-
-    problem: AnnealingProblem
-    places: list[int]
-
-    def __post_init__(self) -> None:
-        empty = [0] * (2 * len(self.places) + 1)
-        self.sizes, self.kv, self.waits_s = empty.copy(), empty.copy(), empty.copy()
-        for place, tokens in zip(
-            self.places, self.problem.kv_tokens.tolist(), strict=True
-        ):
-            self.sizes[place] += 1
-            self.kv[place] += tokens
-        self.merit = self.best_merit = evaluate(self.problem, self.plan).merit
-        self.best = self.places.copy()
-
-    @property
-    def plan(self) -> np.ndarray:
-        return np.array(self.places) // 2
-
-    def move(self, move: int, job: int, other: int, bar: float) -> None:
-        problem = self.problem
-        self.merit, self.best_merit = anneal(
-            problem.exec_s.ravel().tolist(),
-            problem.latest_s.ravel().tolist(),
-            problem.kv_tokens.tolist(),
-            problem.max_kv_tokens,
-            problem.start_s,
-            float(np.sum(problem.waited_s)),
-            *([move], [job], [other], [bar]),
-            *(self.places, self.best, self.sizes, self.kv, self.waits_s),
-            *(self.merit, self.best_merit),
-        )
-
-
-@pytest.mark.parametrize("max_kv_tokens", [NO_LIMIT, 900])
-@pytest.mark.parametrize("max_batch", [1, 2, 5])
-def test_every_proposal_is_priced_as_the_whole_plan_is(
-    max_batch: int, max_kv_tokens: int
-) -> None:
-    rng = np.random.default_rng(max_batch)
-    seen: collections.Counter[tuple[int, bool]] = collections.Counter()
-    for num_jobs in (2, 5, 13):
-        problem = draw(
-            rng,
-            num_jobs,
-            max_batch,
-            max_kv_tokens=max_kv_tokens,
-            start_s=0.5,
-            max_waited_ms=3000,
-            ttft_s=4.0,
-        )
-        chain = Chain(problem, (2 * sorted_start(problem) + 1).tolist())
-        best = chain.merit
-        for _ in range(150):
-            move, before = int(rng.integers(3)), chain.places.copy()
-            # Of the worse moves two in five are kept: plans of all kinds come up.
-            bar = float(rng.choice([0.0, -math.inf], p=[0.6, 0.4]))
-            one, other = rng.integers(num_jobs, size=2).tolist()
-            chain.move(move, one, other, bar)
-            check_plan(problem, chain.plan)
-            assert set(chain.places) == set(range(1, 2 * max(chain.plan) + 2, 2))
-            merit = evaluate(problem, chain.plan).merit
-            assert chain.merit == pytest.approx(merit, rel=1e-12)
-            best = max(best, merit)
-            assert chain.best_merit == pytest.approx(best, rel=1e-12)
-            found = evaluate(problem, np.array(chain.best) // 2).merit
-            assert found == pytest.approx(best, rel=1e-12)
-            sizes = np.bincount(chain.places, minlength=len(chain.sizes))
-            tokens = np.bincount(
-                chain.places, weights=problem.kv_tokens, minlength=len(chain.kv)
-            )
-            assert (chain.sizes, chain.kv) == (sizes.tolist(), tokens.tolist())
-            seen[move, chain.places != before] += 1
-    assert min(seen[move, True] for move in range(3)) > 20
 
 
 # A prompt token takes 1 ms for each request of the batch, a decode step 10 ms each.

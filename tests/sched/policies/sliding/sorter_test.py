@@ -70,12 +70,6 @@ def test_by_deadline_if_everybody_can_be_in_time() -> None:
     assert ranked(requests) == ranked(requests, sorter="off") == ["a", "b", "c"]
 
 
-def test_moore_guards_whom_it_would_give_up() -> None:
-    late = make_request(9, 4, request_id="g", slo=Slo(ttft_s=1.0), guard=True)
-    assert ranked([*six(), late])[0] in ("g", "guarded")
-    assert ranked(six()[:-1])[-1] == "late"
-
-
 def test_moore_counts_the_work_of_the_guarded_for_the_others() -> None:
     others = [one(name, 50, 0.16) for name in ("a", "b", "c")]
     ranking, names = ranking_of([one("guarded", 100, 9.0, guard=True), *others], None)

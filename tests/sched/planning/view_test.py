@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from jserve_sched.buckets.table import BucketTable
-from jserve_sched.planning.latency_source import LatencySource
+from jserve_sched.planning.view import LatencySource
 from jserve_sched.timing.request_latency import RequestLatency
 from tests.step_costs import Curve, make_view
 
