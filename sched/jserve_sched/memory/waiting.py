@@ -70,7 +70,7 @@ class WaitingQueue:
         self.num_returned += request.num_preemptions > 0
         place = self._place(request)
         self._requests.insert(place, request)
-        self._watch(request, num_watched=0)
+        self._watch(request)
         for column, value in zip(self._columns, fact_row(request), strict=True):
             column.insert(place, value)
         self._facts = None
@@ -80,7 +80,7 @@ class WaitingQueue:
         place = self._place(request)
         assert self._requests[place] is request
         del self._requests[place]
-        self._unwatch(request, request.page_hashes[: self._num_watched(request)])
+        self._unwatch(request)
         for column in self._columns:
             del column[place]
         self._facts = None
@@ -92,15 +92,11 @@ class WaitingQueue:
             column[place] = value
         self._facts = None
 
-    def _watch(self, request: Request, *, num_watched: int) -> None:
-        """Finds how much of a prompt is cached, and watches what decides on that.
-
-        `num_watched` is how much of it was watched before, in pages.
-        """
+    def _watch(self, request: Request) -> None:
+        """Finds how much of a prompt is cached, and watches what decides on that."""
         hashes, num_found = self.look_up(request)
-        for content in hashes[num_watched : num_found + 1]:
+        for content in hashes[: num_found + 1]:
             self._watchers[content].add(request)
-        self._unwatch(request, hashes[num_found + 1 : num_watched])
 
     def look_up(self, request: Request) -> tuple[Sequence[bytes], int]:
         """Finds how much of a prompt is cached: sets `num_shared_tokens`.
@@ -115,21 +111,20 @@ class WaitingQueue:
         request.num_shared_tokens = num_found * page_size
         return hashes, num_found
 
-    def _unwatch(self, request: Request, hashes: Sequence[bytes]) -> None:
-        for content in hashes:
+    def _unwatch(self, request: Request) -> None:
+        num_watched = request.num_shared_tokens // self._ledger.page_size + 1
+        for content in request.page_hashes[:num_watched]:
             if watchers := self._watchers.get(content):
                 watchers.discard(request)
                 if not watchers:
                     del self._watchers[content]
-
-    def _num_watched(self, request: Request) -> int:
-        return request.num_shared_tokens // self._ledger.page_size + 1
 
     def refresh(self) -> None:
         """Looks again at requests of which other pages are in the cache now."""
         changed = self._ledger.take_changes()
         watched = [self._watchers[one] for one in changed & self._watchers.keys()]
         for request in set[Request]().union(*watched):
-            self._watch(request, num_watched=self._num_watched(request))
+            self._unwatch(request)
+            self._watch(request)
             self._columns[_START][self._place(request)] = request.num_shared_tokens
             self._facts = None
