@@ -22,8 +22,6 @@ from jserve_sched.requests.facts import facts_of
 from jserve_sched.requests.slo import Slo
 from jserve_sched.steps.plan import Row
 
-VERSION = 1
-
 
 class Newcomer(NamedTuple):
     """A request that a router has to send somewhere.
